@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import replace
 
 import numpy as np
 
@@ -52,7 +51,7 @@ def with_epig(asked: ResolvedQuery, plan: ScoringPlan, pool: ScoredPool, session
     samples = asked.kinds.of(SAMPLES).name
     if len(compared.to_compute) and not session.may_score:
         raise QueryError(f"epig is not computed yet for {len(compared.to_compute)} units; run raystream query or raystream score first")
-    session.compute(compared, lambda task: replace(task, samples=samples, targets=name))
+    session.compute(compared, lambda task: task._replace(samples=samples, targets=name))
     [table] = compared.found
     _check_all(compared, table.there)
     ranks = asked.query.needs_score and asked.query.acquire.score == EPIG

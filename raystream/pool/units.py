@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice, pairwise
-from typing import Any, overload
+from itertools import count, islice, pairwise
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +28,7 @@ _READ_AGAIN = 256 << 20
 """Bytes of a row group from which its parts grow with it, since each of them reads the group anew."""
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """A run of row groups of one file, or some of its rows.
 
     Attributes:
@@ -130,7 +128,7 @@ def _part(unit: Unit, footer: Footer, low: int, high: int) -> Unit | None:
     rows = high - low - (deletes.count(low, high) if deletes else 0)
     group = footer.row_groups[unit.row_groups[0]]
     stored = unit.bytes * (high - low) // group.rows
-    return replace(unit, file=footer.file.part(low, high), first_row=low, rows=rows, bytes=stored, span=(low, high)) if rows else None
+    return unit._replace(file=footer.file.part(low, high), first_row=low, rows=rows, bytes=stored, span=(low, high)) if rows else None
 
 
 def units_at(
@@ -298,14 +296,18 @@ class Units(Sequence[Unit]):
         if isinstance(place, slice):
             return self.take(np.arange(len(self))[place])
         place = range(len(self))[place]
-        file, shared, group, groups, first_row, rows, size, low, high = self._table[place].item()
+        return self._made(place, self._table[place].item())
+
+    def __iter__(self) -> Iterator[Unit]:
+        for start in range(0, len(self), _BLOCK):  # in half the time that it takes to ask for each
+            yield from map(self._made, count(start), self._table[start : start + _BLOCK].tolist())
+
+    def _made(self, place: int, row: tuple[int, ...]) -> Unit:
+        file, shared, group, groups, first_row, rows, size, low, high = row
         filters, id_, columns, casts = self._shared[shared]
         span = (low, high) if low >= 0 else None
         own = (group,) if groups == 1 else tuple(range(group, group + groups))
         return Unit(self.files[file], own, first_row, rows, size, filters, self._positions.get(place), id_, columns, casts, span)
-
-    def __iter__(self) -> Iterator[Unit]:
-        return (self[place] for place in range(len(self)))
 
     def take(self, places: Integers) -> Units:
         """Return the units at these places, in the order asked for."""

@@ -283,11 +283,16 @@ class Scoring:
         while not self._scheduler.finished:
             events = self._executor.wait(_POLL_SECONDS)
             for event in events:
-                if isinstance(event, UnitEnded) and isinstance(event.outcome, UnitOutputs) and event.unit >= self._first:
-                    keep(event.unit - self._first, event.outcome)
-                self._on_event(event)
-                self._take_in(event)
-                self._follow(_tell(self._scheduler, event, self._keep_going))
+                if isinstance(event, UnitEnded) and isinstance(event.outcome, UnitOutputs):
+                    if event.unit >= self._first:
+                        keep(event.unit - self._first, event.outcome)
+                    self._on_event(event)
+                    self._stragglers.ended(event.unit, well=True)
+                    self._follow(self._scheduler.succeeded(event.worker, event.unit))
+                else:
+                    self._on_event(event)
+                    self._take_in(event)
+                    self._follow(_tell(self._scheduler, event, self._keep_going))
             if not events:
                 self._on_event(None)
             if self._scheduler.idle:
@@ -297,12 +302,9 @@ class Scoring:
         return {unit - self._first: tuple(charges[unit]) for unit in self._scheduler.poisoned if unit >= self._first}
 
     def _take_in(self, event: Event) -> None:
-        """Note how long units take, and that memory runs out, which is said once."""
+        """Note that a unit failed, and that memory runs out, which is said once."""
         if isinstance(event, UnitEnded):
-            well = isinstance(event.outcome, UnitOutputs)
-            self._stragglers.ended(event.unit, well=well)
-            if well:
-                return
+            self._stragglers.ended(event.unit, well=False)
         if _ran_out_of_memory(event) and self._scheduler.spare_memory():
             _log.warning("a worker ran out of memory; from now on each holds one unit at a time and reads no other one ahead")
 
@@ -318,8 +320,8 @@ class Scoring:
 
 
 def _tell(scheduler: Scheduler, event: Event, keep_going: bool) -> list[Instruction]:
-    if isinstance(event, UnitEnded):
-        return _tell_ended(scheduler, event, keep_going)
+    if isinstance(event, UnitEnded) and isinstance(event.outcome, Failure):
+        return _tell_failed(scheduler, event.worker, event.unit, event.outcome, keep_going)
     if isinstance(event, WorkerReady):
         return scheduler.worker_ready(event.worker)
     if isinstance(event, StartFailed):
@@ -332,17 +334,14 @@ def _tell(scheduler: Scheduler, event: Event, keep_going: bool) -> list[Instruct
     return []
 
 
-def _tell_ended(scheduler: Scheduler, event: UnitEnded, keep_going: bool) -> list[Instruction]:
-    outcome = event.outcome
-    if isinstance(outcome, UnitOutputs):
-        return scheduler.succeeded(event.worker, event.unit)
-    if outcome.outage:
-        return [Abort(outcome.error)]
-    if outcome.retry:
-        return scheduler.failed(event.worker, event.unit, outcome.error)
-    if keep_going and not isinstance(outcome.error, QueryError):  # what no unit can be asked
-        return scheduler.rejected(event.worker, event.unit, outcome.error)
-    return [Abort(outcome.error)]
+def _tell_failed(scheduler: Scheduler, worker: int, unit: int, failure: Failure, keep_going: bool) -> list[Instruction]:
+    if failure.outage:
+        return [Abort(failure.error)]
+    if failure.retry:
+        return scheduler.failed(worker, unit, failure.error)
+    if keep_going and not isinstance(failure.error, QueryError):  # what no unit can be asked
+        return scheduler.rejected(worker, unit, failure.error)
+    return [Abort(failure.error)]
 
 
 def _by_deaths(instruction: Instruction) -> Instruction:

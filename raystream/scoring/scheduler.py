@@ -15,6 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
+from typing import NamedTuple
 
 IN_FLIGHT = 2
 """Units that a worker holds: one is computed while the next one is read and the one before is committed; where memory runs out, one."""
@@ -23,23 +24,20 @@ ATTEMPTS = 3
 """A unit charged this often is poison; a worker that fails to start this often in a row ends the run."""
 
 
-@dataclass(frozen=True)
-class StartWorker:
+class StartWorker(NamedTuple):
     """Start a worker under this name; names are never used twice."""
 
     worker: int
 
 
-@dataclass(frozen=True)
-class Assign:
+class Assign(NamedTuple):
     """Send the unit to the worker."""
 
     worker: int
     unit: int
 
 
-@dataclass(frozen=True)
-class Abort:
+class Abort(NamedTuple):
     """End the run with this error."""
 
     cause: BaseException

@@ -30,7 +30,7 @@ from raystream.scoring.executor import (
 from raystream.scoring.job import ScoringJob, UnitTask
 from raystream.scoring.plan import ScoringPlan, Tasks
 from raystream.scoring.progress import Meter, Reporter, ScoringProgress
-from raystream.store.integrity import just_written
+from raystream.store.integrity import MOST_KNOWN, just_written
 from raystream.store.life import SignOfLife
 from raystream.store.packs import write_packs
 from raystream.store.protocol import Store
@@ -155,12 +155,15 @@ class Session:
         if self._scoring is None:
             self._scoring = self._start(int(rows.sum()), int(plan.units.bytes[order].sum()))
         tables = {table.output: table for table in plan.found}
+        places = order.data
+        to_remember = len(tasks) * len(tables) <= MOST_KNOWN  # of more, the first would be forgotten before they are read
 
         def keep(index: int, unit: UnitOutputs) -> None:
-            place, new = int(order[index]), False
+            place, new = places[index], False
             for receipt in unit.receipts:
                 new |= tables[receipt.output].add(place, receipt)  # they may come twice
-                just_written(self._store, receipt.files)
+            if to_remember:
+                just_written(self._store, unit.files)
             if new and task_of is None:
                 self.units_scored += 1
                 self.bytes_read += unit.receipts[0].bytes_read
@@ -227,7 +230,7 @@ class _ProgressLog:
         # invariant: how many rows of each unit that has begun and not ended are behind
         self._behind: dict[int, int] = {}
         self._unit_rows = np.empty(0, np.int64)
-        self._ended = np.empty(0, bool)
+        self._ended = bytearray()
         self._units = self._rows = self._of_rows = 0
         self._began = self._ready = self._last = self._kept = self._told = 0.0
         self._meter = Meter()
@@ -241,7 +244,7 @@ class _ProgressLog:
         if self._ready:
             self._ready += self._began - self._last  # nothing was scored in between
         self._unit_rows = np.concatenate([self._unit_rows, rows])
-        self._ended = np.concatenate([self._ended, np.zeros(len(rows), bool)])
+        self._ended += bytes(len(rows))
         self._of_rows += int(rows.sum())
 
     def on_event(self, event: Event | None) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from raystream.errors import StoreError
 from raystream.store.life import JOBS, announced, is_alive, server_time
-from raystream.store.packs import PACKS, in_threads, pack_names
+from raystream.store.packs import PACKS, ahead, in_threads, pack_names
 from raystream.store.protocol import Entry, Store
 from raystream.store.queries import TABLES, labelled_keys, plan_outputs, read_manifest, read_plan
 from raystream.store.receipt_table import Keys, is_key
@@ -30,9 +30,8 @@ GRACE = 24 * 3600.0
 """Seconds for which files that nobody needs are left alone: a run that is under way may be about to need them."""
 
 _REMOVE_THREADS = 32
-_FOLDERS_AT_ONCE = 8
-_UNITS_AT_ONCE = 64
-"""On a disk: Python's own collector looks through what is held for longer, which would take a tenth of the time of a million units."""
+_FOLDERS_AT_ONCE = {True: 8, False: 3}
+"""Of units, by whether to list one takes requests."""
 _FEW_FILES = 16_000
 """Of a bucket's units, that are listed at once: a thousand come with a request."""
 _NO_KEY = "0" * 64
@@ -350,22 +349,14 @@ class _Tally:
 
 def _units(store: Store) -> Iterator[dict[str, list[Entry]]]:
     """Yield the units of a store with their files: some at a time, or all at once where they are few."""
-    if not store.remote:
-        for folder in store.names("units"):
-            keys = store.names(f"units/{folder}")
-            for start in range(0, len(keys), _UNITS_AT_ONCE):
-                some = [f"units/{folder}/{key}" for key in keys[start : start + _UNITS_AT_ONCE]]
-                yield _by_folder(store.walk(*some), depth=2)
-        return
-    first = list(islice(store.walk("units"), _FEW_FILES + 1))
-    if len(first) <= _FEW_FILES:
-        yield _by_folder(first, depth=2)
-        return
-    folders = store.names("units")
-    for start in range(0, len(folders), _FOLDERS_AT_ONCE):
-        some = folders[start : start + _FOLDERS_AT_ONCE]
-        for files in in_threads(lambda folder: list(store.walk(f"units/{folder}")), some, _FOLDERS_AT_ONCE):
-            yield _by_folder(files, depth=2)
+    if store.remote:
+        first = list(islice(store.walk("units"), _FEW_FILES + 1))
+        if len(first) <= _FEW_FILES:
+            yield _by_folder(first, depth=2)
+            return
+    folders = [f"units/{folder}" for folder in store.names("units")]
+    for files in ahead(lambda folder: list(store.walk(folder)), folders, _FOLDERS_AT_ONCE[store.remote]):
+        yield _by_folder(files, depth=2)
 
 
 def _by_folder(files: Iterable[Entry], depth: int) -> dict[str, list[Entry]]:

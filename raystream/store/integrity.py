@@ -35,7 +35,8 @@ from raystream.store.local import LocalStore
 from raystream.store.protocol import Store, StoredFile
 
 _HASH_THREADS = 4
-_MOST_KNOWN = 1 << 17
+MOST_KNOWN = 1 << 17
+"""Files that are remembered."""
 
 # invariant: path -> what `_state` said of it when its content was, or had just been written as, what its receipt says
 _known: dict[str, tuple[int, int]] = {}
@@ -114,7 +115,7 @@ def just_written(store: Store, files: Iterable[StoredFile]) -> None:
 
 
 def _remember(path: str, state: tuple[int, int]) -> None:
-    if len(_known) >= _MOST_KNOWN:
+    if len(_known) >= MOST_KNOWN:
         _known.clear()
     _known[path] = state
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import xxhash
+from pyarrow.fs import FileInfo, FileSelector, LocalFileSystem
 
 from raystream.errors import QueryError, StoreError, StoreUnreachable
 from raystream.lake import LOCAL
@@ -76,17 +78,10 @@ class LocalStore:
         return self._if_there(lambda: self.path(name).stat().st_size, name)
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
-        root, found = f"{self.root}/", list[int | None]()
-
-        def ask() -> None:
-            for name in names[len(found) :]:  # after an outage, on from where it was
-                try:
-                    found.append(os.stat(root + name).st_size)
-                except FileNotFoundError:
-                    found.append(None)
-
-        self._ask(ask, names[0] if names else "", "read")
-        return found
+        if not names:
+            return []
+        paths = [f"{self.root}/{name}" for name in names]
+        return [found.size for found in self._ask(lambda: _looked_at(paths), names[0], "read")]
 
     def read(self, name: str) -> bytes:
         return self._ask(self.path(name).read_bytes, name, "read")
@@ -210,12 +205,34 @@ class LocalStore:
     def walk(self, *folders: str) -> Iterator[Entry]:
         """Yield every file below folders of the store, those that are removed meanwhile left out; in no particular order."""
         left, root = list(folders), f"{self.root}/"
+        if len(left) == 1 and _UNITS.fullmatch(left[0]) and (units := self._walk_units(left[0])) is not None:
+            yield from units
+            return
         while left:
             some = left[-_FOLDERS_AT_ONCE:]
             del left[-_FOLDERS_AT_ONCE:]
             files, below = self._ask(lambda some=some: _listed(root, some), some[0], "read")  # type: ignore[misc]
             left += below
             yield from files
+
+    def _walk_units(self, folder: str) -> list[Entry] | None:
+        """List the files of the units in a folder of theirs, while other threads go on; None if anything is there that isn't ours."""
+        root = f"{self.root}/"
+
+        def listed() -> list[FileInfo]:
+            try:
+                return _looked_at(FileSelector(root + folder, allow_not_found=True, recursive=True))
+            except NotADirectoryError:
+                return []
+
+        infos = self._ask(listed, folder, "read")
+        try:
+            found = [(info.path[len(root) :], info.size, info.mtime_ns / 1e9) for info in infos]
+        except UnicodeDecodeError:
+            return None
+        if any((name.count("/") == _UNIT_DEPTH) != (size is None) for name, size, _ in found):
+            return None  # further folders, or what links lead to
+        return [Entry(name, size, modified) for name, size, modified in found if size is not None]
 
     def discard_folder(self, folder: str) -> None:
         """Remove a folder that is empty; one that isn't stays."""
@@ -290,6 +307,27 @@ def _asked_again_if_gone() -> Iterator[None]:
 
 _FOLDERS_AT_ONCE = 256
 """Folders that are listed by one question."""
+
+
+_UNITS = re.compile("units/[^/]+")
+_UNIT_DEPTH = 2
+"""Slashes in the name of a unit's folder."""
+_FILES = LocalFileSystem()
+
+
+def _looked_at(what: FileSelector | list[str]) -> list[FileInfo]:
+    """Ask Arrow for what is known of files, without the interpreter's lock; those that aren't there have no size, as folders don't.
+
+    Raises:
+        OSError: as Python says it.
+    """
+    try:
+        found: list[FileInfo] = _FILES.get_file_info(what)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno)) from error
+    return found
 
 
 def _listed(root: str, folders: list[str]) -> tuple[list[Entry], list[str]]:

@@ -10,10 +10,9 @@ Single receipts are asked for many at a time.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from typing import TypeVar
 
@@ -25,7 +24,7 @@ from raystream.store.protocol import Store, WriteBroken
 from raystream.store.receipt_table import Integers, Keys, Mask, ReceiptTable
 from raystream.store.receipts import read_receipt, receipt_name
 
-_AT_A_TIME = 64
+_AT_A_TIME = 32
 """Items that a thread takes before it is handed more: to hand over a small request takes as long as to make it."""
 
 _Item = TypeVar("_Item")
@@ -41,6 +40,18 @@ def in_threads(call: Callable[[_Item], _Result], items: Sequence[_Item], threads
 
     with ThreadPoolExecutor(threads) as pool:
         return list(chain.from_iterable(pool.map(some, range(0, len(items), size))))
+
+
+def ahead(call: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> Iterator[_Result]:
+    """Yield what a function gives for each of the items, in their order: it is called in threads, for no more than is soon taken."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[_Result]] = deque()
+        for item in items:
+            if len(waiting) == threads:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(call, item))
+        while waiting:
+            yield waiting.popleft().result()
 
 
 _AGAIN_SECONDS = 1.0
@@ -104,15 +115,11 @@ _NAMES_LISTED = 16
 """Of a folder on a disk, in the time of one question."""
 _FOLDERS = 256
 """Of units, at most."""
-_PAGE, _MOST_PAGES = 1000, 16
-"""Files that a bucket lists in one request, and the most requests that are made one after the other."""
-_AT_A_TIME = 32
+_PAGE, _MOST_PAGES, _WORTH_A_PAGE = 1000, 16, 32
+"""Files that a bucket lists in one request, the most requests that are made one after the other, and the questions that one is worth."""
 _ASKED_AT_ONCE = {True: 8, False: 512}
 """Sizes that a thread asks for before it takes on more, by whether each is a request."""
 _PACKS_AT_ONCE, _PACK_THREADS = 64, 16
-_AT_ONCE_SECONDS, _RUNS_AT_ONCE = 20e-6, 256
-"""A disk that says a size sooner is asked by this thread, since several would wait for each other's turn. Where one takes longer, many
-threads ask for the next runs of sizes, before it is tried by this one again."""
 
 
 def read_receipts(
@@ -198,7 +205,7 @@ class _Lookup:
     def in_bucket(self, places: Integers) -> None:
         """Look these units up in a bucket: hold what packs name against a listing, or ask where that is fewer requests."""
         count = len(places) * len(self._tables)
-        limit = _PAGE * max(1, min(_MOST_PAGES, count // _AT_A_TIME))
+        limit = _PAGE * max(1, min(_MOST_PAGES, count // _WORTH_A_PAGE))
         listed = list(islice(self._store.walk("units"), limit + 1))
         if not listed:
             return
@@ -247,24 +254,15 @@ class _Lookup:
     def _confirm(self, places: Integers) -> None:
         """Ask for what the tables name of these units, and forget what isn't there in full."""
 
-        def ask(run: tuple[ReceiptTable, Integers]) -> int:
+        def ask(run: tuple[ReceiptTable, Integers]) -> None:
             table, some = run
             files = table.files(some)
             for (place, _, size), found in zip(files, self._store.sizes([name for _, name, _ in files]), strict=True):
                 if found != size:
                     table.remove(place)
-            return len(files)
 
         size = _ASKED_AT_ONCE[self._store.remote]
-        runs = deque((table, places[i : i + size]) for table in self._tables for i in range(0, len(places), size))
-        if self._store.remote:
-            in_threads(ask, list(runs))
-            return
-        while runs:
-            began = time.perf_counter()
-            files = ask(runs.popleft())
-            if files and time.perf_counter() - began > _AT_ONCE_SECONDS * files:
-                in_threads(ask, [runs.popleft() for _ in range(min(len(runs), _RUNS_AT_ONCE))])
+        in_threads(ask, [(table, places[i : i + size]) for table in self._tables for i in range(0, len(places), size)])
 
     def _look(self, places: Integers, listed: Mapping[str, int]) -> None:
         """Hold what packs name of these units against files that are listed with their sizes, and read receipts that are beside them."""

@@ -10,9 +10,7 @@ What is kept of many units, as tables: a unit's outputs become an object when th
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from typing import overload
 
@@ -24,7 +22,7 @@ from raystream.errors import ModelError, StoreError
 from raystream.figures import number_of, shown
 from raystream.store.integrity import check_file, reading
 from raystream.store.local import LocalStore
-from raystream.store.packs import read_receipts
+from raystream.store.packs import ahead, read_receipts
 from raystream.store.protocol import Store, StoredFile
 from raystream.store.receipt_table import Integers, Keys, Mask, ReceiptTable
 from raystream.store.receipts import EMBEDDINGS, SCORES, Receipt, UnitOutputs
@@ -206,14 +204,7 @@ def read_columns(store: Store, units: Iterable[UnitOutputs], columns: Sequence[s
     if len(first) < 2 or at_once == 1:
         yield from (_read(store, unit, columns) for unit in chain(first, units))
         return
-    with ThreadPoolExecutor(at_once) as threads:
-        ahead: deque[Future[pa.Table]] = deque()
-        for unit in chain(first, units):
-            if len(ahead) == at_once:  # what nobody has taken yet is in memory
-                yield ahead.popleft().result()
-            ahead.append(threads.submit(_read, store, unit, columns))
-        while ahead:
-            yield ahead.popleft().result()
+    yield from ahead(lambda unit: _read(store, unit, columns), chain(first, units), at_once)  # what nobody has taken yet is in memory
 
 
 def read_table(store: Store, file: StoredFile, columns: Sequence[str] | None = None) -> pa.Table:

@@ -70,6 +70,33 @@ def test_what_is_there_is_left_alone(make_query: MakeQuery, tmp_path: Path, othe
         assert list(plan.missing) == [task for task in expected if task.outputs]
 
 
+def test_tasks_are_the_same_in_any_order(make_query: MakeQuery, tmp_path: Path) -> None:
+    """Past what is made at once: one after the other, once more, from the end, and parts of them; each lacks what its unit lacks."""
+    query, units = make_query(select__strategy="badge", acquire={"score": "egl"}), some_units(700)
+    outputs, store = QueryOutputs(query, None).needed(), LocalStore(str(tmp_path))
+    held = {place: [output for i, output in enumerate(outputs) if place >> i & 1] for place in range(0, 700, 3)}
+    for place, some in held.items():
+        for output in some:
+            keep_receipt(store, key_of(query, units[place]), output)
+    plan = plan_scoring(store, keys_of(query), units, outputs)
+    lacking = {place: tuple(output for output in outputs if output not in held.get(place, ())) for place in range(700)}
+    expected = [UnitTask(units[place], key_of(query, units[place]), some) for place, some in lacking.items() if some]
+    tasks = plan.missing
+    assert len(tasks) == len(expected) > 600
+    assert list(tasks) == expected
+    assert list(tasks) == expected
+    assert [tasks[i] for i in range(len(tasks) - 1, -1, -1)] == expected[::-1]
+    assert [plan.missing[i] for i in (64, 0, 1, 0, len(expected) - 1)] == [expected[i] for i in (64, 0, 1, 0, -1)]
+    assert list(plan.missing[60:140]) == expected[60:140]
+    shuffled = plan.missing
+    for i in np.random.default_rng(0).permutation(len(expected)).tolist():
+        assert shuffled[i] == expected[i]
+    with pytest.raises(IndexError):
+        plan.missing[len(expected)]
+    with pytest.raises(IndexError):
+        tasks[len(expected)]
+
+
 @pytest.mark.parametrize(
     ("changes", "differ"),
     [
@@ -146,17 +173,17 @@ def test_a_key_hashes_canonical_json(make_query: MakeQuery, casts: Any) -> None:
     assert json.dumps(found, sort_keys=True, separators=(",", ":")) == text
     assert (found["file"], found["positions"], found["id"]) == (['/lake/"é\0.parquet', 1, "2"], [1, 2], 'a"\\é\0')
     assert "span" not in found
-    assert json.loads(keys_of(query).text(replace(unit, span=(1, 3)))) == found | {"span": [1, 3]}
+    assert json.loads(keys_of(query).text(unit._replace(span=(1, 3)))) == found | {"span": [1, 3]}
     assert ("casts" in found, found["filters"]) == (bool(casts), [[["s", "==", '\0","file":']]])
 
 
 def test_keys_are_made_of_units_together(make_query: MakeQuery) -> None:
     """Each is the hash of its own unit's text, whatever the units around it share, past a block of the table."""
     query, few = make_query(), some_units(40)
-    few += [replace(unit, file=replace(unit.file, path=f"/other/{i}.parquet")) for i, unit in enumerate(few)]  # one a file
-    odd = [replace(few[3], positions=(1, 5)), few[4], replace(few[5], filters=((("s", "==", 1),),)), replace(few[6], row_groups=(6, 7, 8))]
-    odd += [replace(few[7], span=(low, low + 5)) for low in (0, 5, 10)]
-    units = [*few, *odd, replace(odd[0], id="other", columns=("y",)), *some_units(20_000)]
+    few += [unit._replace(file=replace(unit.file, path=f"/other/{i}.parquet")) for i, unit in enumerate(few)]  # one a file
+    odd = [few[3]._replace(positions=(1, 5)), few[4], few[5]._replace(filters=((("s", "==", 1),),)), few[6]._replace(row_groups=(6, 7, 8))]
+    odd += [few[7]._replace(span=(low, low + 5)) for low in (0, 5, 10)]
+    units = [*few, *odd, odd[0]._replace(id="other", columns=("y",)), *some_units(20_000)]
     keys = keys_of(query).of(Units.of(units))
     sample = [*range(100), 16_383, 16_384, len(units) - 1]
     assert [keys[i] for i in sample] == [hashlib.sha256(keys_of(query).text(units[i]).encode()).hexdigest() for i in sample]
@@ -168,12 +195,12 @@ def test_a_table_of_units_gives_back_what_it_was_made_of() -> None:
     few = some_units(30)
     units = [
         *few,
-        replace(few[0], positions=(3, 4)),
-        replace(few[9], row_groups=(1, 2, 3), casts=(("x", pa.int64()),)),
-        replace(few[9], id="k", columns=("y",), filters=((("s", "!=", None),),)),
-        replace(few[2], positions=()),
-        replace(few[2], span=(0, 4)),
-        replace(few[2], span=(4, 9)),
+        few[0]._replace(positions=(3, 4)),
+        few[9]._replace(row_groups=(1, 2, 3), casts=(("x", pa.int64()),)),
+        few[9]._replace(id="k", columns=("y",), filters=((("s", "!=", None),),)),
+        few[2]._replace(positions=()),
+        few[2]._replace(span=(0, 4)),
+        few[2]._replace(span=(4, 9)),
     ]
     table = Units.of(iter(units))
     assert list(table) == units

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xxhash
 
 from raystream.errors import QueryError, StoreError, StoreVersionError
+from raystream.lake.retry import Patience
+from raystream.store import local
 from raystream.store.local import LocalStore
 from raystream.store.opening import FORMAT, open_store, refuse_in_store
 from raystream.store.protocol import StoredFile
@@ -129,3 +135,63 @@ def test_what_lies_in_a_store_is_refused(place: str, store: str, inside: bool) -
         return
     with pytest.raises(QueryError, match=r"output \S+ lies in the store"):
         refuse_in_store(place, store, "output")
+
+
+_ODD: dict[str, Callable[[Path], Any]] = {
+    "nothing": lambda folder: None,
+    "a file beside": lambda folder: (folder / "notes.txt").write_text("x"),
+    "a folder that is empty": lambda folder: (folder / "other").mkdir(),
+    "a folder in a unit's": lambda folder: [(folder / "key1/more").mkdir(), (folder / "key1/more/x.parquet").write_text("more")],
+    "a link to a file": lambda folder: (folder / "key1/link").symlink_to("scores.parquet"),
+    "a link to nothing": lambda folder: (folder / "key1/link").symlink_to("nowhere"),
+    "a link to a folder": lambda folder: (folder / "key1/link").symlink_to(folder.parent, target_is_directory=True),
+    "a pipe": lambda folder: os.mkfifo(folder / "key1/pipe"),
+    "a name that is no text": lambda folder: Path(os.fsdecode(os.fsencode(folder / "key1") + b"/\xff\xfe")).write_text("x"),
+}
+
+
+@pytest.mark.parametrize("odd", _ODD)
+def test_files_of_units_are_listed_as_others_are(tmp_path: Path, odd: str) -> None:
+    """Whatever lies among them, by names, sizes and times; past what is looked through at once."""
+    store = LocalStore(str(tmp_path))
+    for number in range(300):
+        (tmp_path / f"units/ab/key{number}").mkdir(parents=True)
+        for name in ("scores.parquet", "scores.receipt.json"):
+            (tmp_path / f"units/ab/key{number}/{name}").write_text(name * (number % 7))
+    _ODD[odd](tmp_path / "units/ab")
+    expected = sorted(store.walk("units/ab", "units/none"))
+    assert len(expected) >= 600
+    found = sorted(store.walk("units/ab"))
+    assert [file[:2] for file in found] == [file[:2] for file in expected]
+    assert [file.modified for file in found] == pytest.approx([file.modified for file in expected], abs=1e-6)
+    ours = [file for file in expected if file.name.isascii()]
+    assert store.sizes([*(file.name for file in ours), "units/none", "units/ab/key1/scores.parquet/x"]) == [
+        *[file.size if (tmp_path / file.name).is_file() else None for file in ours], None, None,
+    ]  # fmt: skip
+    assert (list(store.walk("units/none")), list(store.walk("units/ab/notes.txt")), store.sizes([])) == ([], [], [])
+    (tmp_path / "units/file").write_text("x")
+    assert list(store.walk("units/file")) == []
+
+
+def test_a_disk_that_goes_away_while_files_are_looked_at_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Arrow raises is an outage, or final, as what Python raises is; and told in the same words."""
+    (tmp_path / "units/ab/key").mkdir(parents=True)
+    (tmp_path / "units/ab/key/x").write_text("four")
+    store, asked = LocalStore(str(tmp_path), Patience(seconds=30.0, from_start=True)), 0
+
+    class Away:
+        def get_file_info(self, what: Any) -> Any:
+            nonlocal asked
+            asked += 1
+            if asked % 2:
+                raise OSError(errno.ESTALE, f"Cannot list directory '{what}'. Detail: [errno 116] Stale file handle")
+            return files.get_file_info(what)
+
+    files = local._FILES
+    monkeypatch.setattr(local, "_FILES", Away())
+    assert store.sizes(["units/ab/key/x", "units/ab/key/y"]) == [4, None]
+    assert [file[:2] for file in store.walk("units/ab")] == [("units/ab/key/x", 4)]
+    assert asked == 4
+    monkeypatch.setattr(local, "_FILES", files)
+    with pytest.raises(StoreError, match=r"xx can't be read: File name too long$"):
+        store.sizes(["units/" + "x" * 300])
