@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from pools import pool_table
 
 import raystream as rs
 from raystream.run import score
-from raystream.store.gc import collect
+from raystream.store.gc import _by_output, _is_plain, collect
 from raystream.store.opening import open_store
+from raystream.store.protocol import Entry
 from raystream.store.queries import PLAN_OUTPUTS, parquet_bytes
 from raystream.store.receipts import unit_folder
 
@@ -93,6 +97,30 @@ def test_of_many_units_each_has_its_own_fate(tmp_path: Path) -> None:
     assert (found.units.count, found.units.bytes) == (200, sum(range(1, 600, 3)) + 2 * 200)
     assert (found.leftovers.count, found.leftovers.bytes) == (202, sum(range(2, 600, 3)) + len(b"mine" + b"more"))
     assert {path.name for path in (tmp_path / "runs/units").glob("*/*")} == set(needed)
+
+
+_STEMS = ("scores-0123456789ab", "embeddings-0123456789ab", "scores-ba9876543210", ".scores-0123456789ab", "scores")
+_ENDS = (
+    *(".receipt.json", "-00112233aabb.parquet", "-00112233aabb.parquet", "-ffeeddccbbaa.arrow", "-00112233aabb.quarantined.parquet"),
+    *("-00112233aab.arrow", ""),
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(_STEMS), st.sampled_from(_ENDS)), max_size=3), st.sets(st.sampled_from(_STEMS)), st.randoms())
+@example([], {"scores-0123456789ab"}, random.Random(0))
+@example([], set(_STEMS[:3]), random.Random(0))
+@example([("scores-0123456789ab", "-ffeeddccbbaa.arrow")], set(_STEMS[:3]), random.Random(0))
+def test_a_unit_is_plain_if_there_is_nothing_to_decide(more: list[tuple[str, str]], whole: set[str], order: random.Random) -> None:
+    """A receipt and one attempt of each output, all of them needed, in whichever order they are listed; no other file at all."""
+    names = {f"{stem}{end}" for stem in whole for end in _ENDS[:2]} | {f"{stem}{end}" for stem, end in more} or {"x"}
+    listed = [Entry(f"units/ab/{'ab' * 32}/{name}", 1, 0.0) for name in sorted(names)]
+    order.shuffle(listed)
+    needed = frozenset(_STEMS[:2])
+    found = _by_output(listed)
+    plain = all(output in needed and len(own) == 2 and len(attempts) == 1 for output, (own, attempts) in found.items())
+    assert _is_plain(listed, needed) == (plain and not any(".quarantined." in name for name in names))
+    if names == {f"{stem}{end}" for stem in needed for end in _ENDS[:2]}:
+        assert _is_plain(listed, needed)
 
 
 def test_units_that_two_queries_share_outlive_one_of_them(make_query: MakeQuery, workplace: Path, gc: Callable) -> None:

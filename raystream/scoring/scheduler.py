@@ -250,7 +250,8 @@ class Scheduler:
         if unit not in units:
             return False
         units.remove(unit)
-        self._release(worker, unit)
+        if self._twice:
+            self._release(worker, unit)
         self._place(worker)
         return True
 

@@ -321,20 +321,16 @@ _quoted = json.JSONEncoder().encode
 def _line(event: Event) -> str:
     """Make a line of `workers.jsonl`."""
     head = f'{{"time": {time.time():.3f}, "event": "{type(event).__name__}", "worker": {event.worker}'
-    more: dict[str, object] = {}
     if isinstance(event, UnitEnded):
         outcome = event.outcome
-        if isinstance(outcome, UnitOutputs):
+        if isinstance(outcome, UnitOutputs):  # by hand: there is one a unit
             written = outcome.receipts[0]
-            head += f', "unit": {_quoted(outcome.unit)}, "rows": {outcome.rows}, "seconds": {written.seconds}'
-            more = {"repeated_reads": written.repeated_reads} if written.repeated_reads else {}
-        else:
-            more = {"unit": event.unit, "error": str(outcome.error)}
-    elif isinstance(event, StartFailed | WorkerLost):
-        more = {"error": str(event.error)}
-    elif isinstance(event, Told):
-        more = {"text": event.text}
-    return f"{head}, {json.dumps(more)[1:]}\n" if more else f"{head}}}\n"  # most say no more: there is one a unit
+            again = f', "repeated_reads": {written.repeated_reads}' if written.repeated_reads else ""
+            return f'{head}, "unit": {_quoted(written.unit)}, "rows": {outcome.rows}, "seconds": {written.seconds}{again}}}\n'
+        return f"{head}, {json.dumps({'unit': event.unit, 'error': str(outcome.error)})[1:]}\n"
+    if isinstance(event, StartFailed | WorkerLost):
+        return f"{head}, {json.dumps({'error': str(event.error)})[1:]}\n"
+    return f"{head}, {json.dumps({'text': event.text})[1:]}\n" if isinstance(event, Told) else f"{head}}}\n"
 
 
 def refuse_quarantined(query: Query, units: Iterable[UnitOutputs]) -> None:

@@ -37,6 +37,7 @@ _FEW_FILES = 16_000
 _NO_KEY = "0" * 64
 """In place of a folder's name that is no key; should a unit have it, a folder is kept that need not be."""
 _OUTPUT = re.compile(r"(.+-[0-9a-f]{12})(?:-([0-9a-f]{12})\.(?:quarantined\.)?[a-z]+|\.receipt\.json)")
+_RECEIPT, _ATTEMPT = ".receipt.json", re.compile(r"-[0-9a-f]{12}\.[a-z]+")
 _LEFT_BEHIND = re.compile(r"(?:token|needs)-[0-9a-f]{32}|(?:selection|quarantined)-[0-9a-f]{12}\.parquet|\..+\.[0-9a-f]{32}")
 _RECORDS = ("calibrations", "loops", "simulations", "streams")
 """Folders whose folders are kept, but for what a writer that was killed left in them."""
@@ -316,6 +317,9 @@ def _unneeded_units(store: Store, queries: _QueriesByFate, limit: float) -> _Unn
             else:
                 (units if any(_is_receipt(file) for file in files) else halves)[key] = files
             continue
+        if those is not None and _is_plain(files, those):
+            kept.add(files)
+            continue
         stay: list[Entry] = []
         for output, (own, attempts) in _by_output(files).items():
             if _needs(those, output):
@@ -355,8 +359,14 @@ def _units(store: Store) -> Iterator[dict[str, list[Entry]]]:
             yield _by_folder(first, depth=2)
             return
     folders = [f"units/{folder}" for folder in store.names("units")]
-    for files in ahead(lambda folder: list(store.walk(folder)), folders, _FOLDERS_AT_ONCE[store.remote]):
-        yield _by_folder(files, depth=2)
+    for folder, files in zip(folders, ahead(lambda folder: list(store.walk(folder)), folders, _FOLDERS_AT_ONCE[store.remote]), strict=True):
+        units: dict[str, list[Entry]] = {}
+        start = len(folder) + 1
+        for file in files:  # as `_by_folder` does, in a third of the time
+            end = file.name.find("/", start)
+            if end > 0:
+                units.setdefault(file.name[start:end], []).append(file)
+        yield units
 
 
 def _by_folder(files: Iterable[Entry], depth: int) -> dict[str, list[Entry]]:
@@ -381,6 +391,18 @@ def _add_plan(found: _QueriesByFate, store: Store, name: str, labelled: Sequence
 def _needs(outputs: frozenset[str] | None, output: str) -> bool:
     """Tell whether an output of a unit is among those that are needed; what is no output's is looked at as if it were."""
     return outputs is None or not output or output in outputs
+
+
+def _is_plain(files: Sequence[Entry], outputs: frozenset[str]) -> bool:
+    """Tell whether a unit's files are a receipt and one attempt each of outputs that are needed, as those of most units are."""
+    names = sorted([file.name for file in files])  # an attempt's before its receipt's
+    start = names[0].rindex("/") + 1
+    for attempt, receipt in zip(names[::2], names[1::2], strict=False):
+        output = receipt[start : -len(_RECEIPT)]
+        own = receipt.endswith(_RECEIPT) and attempt.startswith(output, start) and output in outputs
+        if not own or not _ATTEMPT.fullmatch(attempt, start + len(output)):
+            return False
+    return len(names) % 2 == 0
 
 
 def _by_output(files: Sequence[Entry]) -> dict[str, tuple[list[Entry], set[str]]]:

@@ -227,12 +227,12 @@ class LocalStore:
 
         infos = self._ask(listed, folder, "read")
         try:
-            found = [(info.path[len(root) :], info.size, info.mtime_ns / 1e9) for info in infos]
+            files = [Entry(info.path[len(root) :], size, info.mtime_ns / 1e9) for info in infos if (size := info.size) is not None]
+            folders = [info.path[len(root) :] for info in infos if info.size is None]
         except UnicodeDecodeError:
             return None
-        if any((name.count("/") == _UNIT_DEPTH) != (size is None) for name, size, _ in found):
-            return None  # further folders, or what links lead to
-        return [Entry(name, size, modified) for name, size, modified in found if size is not None]
+        deeper = any(name.count("/") != _UNIT_DEPTH for name in folders)  # further ones, and what links lead to
+        return None if deeper else files
 
     def discard_folder(self, folder: str) -> None:
         """Remove a folder that is empty; one that isn't stays."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+import raystream as rs
 from raystream.scoring import session
 from raystream.scoring.executor import Event, UnitEnded, UnitGoesOn, WorkerReady
 from raystream.scoring.progress import ScoringProgress
@@ -109,3 +111,15 @@ def test_the_time_left_neither_runs_out_nor_begins_again(monkeypatch: pytest.Mon
     assert left > 900
     faster = [run.at(200.0 + second, UnitGoesOn(0, 0, 1000 + 100 * second)).rate for second in range(1, 41)]
     assert faster[-1] == pytest.approx(100.0, rel=0.05)
+
+
+@pytest.mark.parametrize(("most", "noted"), [(8, 8), (7, 0)])
+def test_files_are_remembered_unless_the_first_would_be_forgotten(
+    make_query: Callable[..., rs.Query], monkeypatch: pytest.MonkeyPatch, most: int, noted: int
+) -> None:
+    """Four units of two outputs: all are noted as just written, or, where that is more than are kept in mind, none."""
+    found: list[StoredFile] = []
+    monkeypatch.setattr(session, "MOST_KNOWN", most)
+    monkeypatch.setattr(session, "just_written", lambda store, files: found.extend(files))
+    assert rs.run(make_query()).manifest.units_scored == 4
+    assert len(found) == len(set(found)) == noted
