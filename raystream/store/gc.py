@@ -362,7 +362,7 @@ def _units(store: Store) -> Iterator[dict[str, list[Entry]]]:
     for folder, files in zip(folders, ahead(lambda folder: list(store.walk(folder)), folders, _FOLDERS_AT_ONCE[store.remote]), strict=True):
         units: dict[str, list[Entry]] = {}
         start = len(folder) + 1
-        for file in files:  # as `_by_folder` does, in a third of the time
+        for file in files:  # as `_by_folder` does, without taking each name apart
             end = file.name.find("/", start)
             if end > 0:
                 units.setdefault(file.name[start:end], []).append(file)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -117,8 +116,6 @@ _FIELDS = {
 }
 """What differs between units, and how it is kept: `attempt` are the digits in the file's name, `model` is a place in a list."""
 _COLUMNS = np.dtype(list(_FIELDS.items()))
-_ROW = struct.Struct("<qqqqdii6s16s8s")
-"""A row of `_COLUMNS`, which NumPy takes twice as long to write."""
 _KINDS = {name: np.dtype(kind) for name, kind in _FIELDS.items()}
 _MODELS = b"raystream.models"
 """In the metadata of a pack: a JSON list of what its receipts say of the model."""
@@ -169,7 +166,6 @@ class ReceiptTable:
         self.there = np.zeros(len(keys), bool)
         self.loose = np.zeros(len(keys), bool)
         self._table = np.zeros(len(keys), _COLUMNS)
-        self._row_bytes = self._table.view(np.uint8).data
         self._models: list[OfModel] = []
         self._numbers: dict[tuple[Any, ...], int] = {}
         self._guard = threading.Lock()
@@ -357,9 +353,9 @@ class ReceiptTable:
             suffix, receipt.columns, receipt.width, receipt.members, receipt.classes, receipt.batch_size, receipt.state_hash,
             receipt.class_labels, receipt.notes,
         )  # fmt: skip
-        _ROW.pack_into(
-            self._row_bytes, place * _ROW.size, receipt.rows, receipt.quarantined, size, receipt.bytes_read, receipt.seconds,
-            receipt.repeated_reads, self._number(said), hashes[:6], hashes[6:22], hashes[22:],
+        self._table[place] = (
+            receipt.rows, receipt.quarantined, size, receipt.bytes_read, receipt.seconds, receipt.repeated_reads, self._number(said),
+            hashes[:6], hashes[6:22], hashes[22:],
         )  # fmt: skip
         if not plain:
             self._whole[place] = receipt
