@@ -24,7 +24,8 @@ ATTEMPTS = 3
 """A unit charged this often is poison; a worker that fails to start this often in a row ends the run."""
 
 
-class StartWorker(NamedTuple):
+@dataclass(frozen=True)
+class StartWorker:
     """Start a worker under this name; names are never used twice."""
 
     worker: int
@@ -37,7 +38,8 @@ class Assign(NamedTuple):
     unit: int
 
 
-class Abort(NamedTuple):
+@dataclass(frozen=True)
+class Abort:
     """End the run with this error."""
 
     cause: BaseException

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import xxhash
-from pyarrow.fs import FileInfo, FileSelector, LocalFileSystem
+from pyarrow.fs import FileInfo, FileType, LocalFileSystem
 
 from raystream.errors import QueryError, StoreError, StoreUnreachable
 from raystream.lake import LOCAL
@@ -81,7 +81,10 @@ class LocalStore:
         if not names:
             return []
         paths = [f"{self.root}/{name}" for name in names]
-        return [found.size for found in self._ask(lambda: _looked_at(paths), names[0], "read")]
+        try:
+            return [found.size for found in self._ask(lambda: _looked_at(paths), names[0], "read")]
+        except UnicodeError:  # names that only Python has
+            return [self.size(name) for name in names]
 
     def read(self, name: str) -> bytes:
         return self._ask(self.path(name).read_bytes, name, "read")
@@ -205,34 +208,15 @@ class LocalStore:
     def walk(self, *folders: str) -> Iterator[Entry]:
         """Yield every file below folders of the store, those that are removed meanwhile left out; in no particular order."""
         left, root = list(folders), f"{self.root}/"
-        if len(left) == 1 and _UNITS.fullmatch(left[0]) and (units := self._walk_units(left[0])) is not None:
-            yield from units
-            return
+        if len(left) == 1 and _UNITS.fullmatch(left[0]):
+            files, left = self._ask(lambda: _listed_units(root, folders[0]), left[0], "read")
+            yield from files
         while left:
             some = left[-_FOLDERS_AT_ONCE:]
             del left[-_FOLDERS_AT_ONCE:]
             files, below = self._ask(lambda some=some: _listed(root, some), some[0], "read")  # type: ignore[misc]
             left += below
             yield from files
-
-    def _walk_units(self, folder: str) -> list[Entry] | None:
-        """List the files of the units in a folder of theirs, while other threads go on; None if anything is there that isn't ours."""
-        root = f"{self.root}/"
-
-        def listed() -> list[FileInfo]:
-            try:
-                return _looked_at(FileSelector(root + folder, allow_not_found=True, recursive=True))
-            except NotADirectoryError:
-                return []
-
-        infos = self._ask(listed, folder, "read")
-        try:
-            files = [Entry(info.path[len(root) :], size, info.mtime_ns / 1e9) for info in infos if (size := info.size) is not None]
-            folders = [info.path[len(root) :] for info in infos if info.size is None]
-        except UnicodeDecodeError:
-            return None
-        deeper = any(name.count("/") != _UNIT_DEPTH for name in folders)  # further ones, and what links lead to
-        return None if deeper else files
 
     def discard_folder(self, folder: str) -> None:
         """Remove a folder that is empty; one that isn't stays."""
@@ -310,24 +294,47 @@ _FOLDERS_AT_ONCE = 256
 
 
 _UNITS = re.compile("units/[^/]+")
-_UNIT_DEPTH = 2
-"""Slashes in the name of a unit's folder."""
 _FILES = LocalFileSystem()
 
 
-def _looked_at(what: FileSelector | list[str]) -> list[FileInfo]:
-    """Ask Arrow for what is known of files, without the interpreter's lock; those that aren't there have no size, as folders don't.
+def _looked_at(paths: list[str]) -> list[FileInfo]:
+    """Ask Arrow for sizes and times of files, without the interpreter's lock; those that aren't there have no size, as folders don't.
 
     Raises:
         OSError: as Python says it.
     """
     try:
-        found: list[FileInfo] = _FILES.get_file_info(what)
+        found: list[FileInfo] = _FILES.get_file_info(paths)
     except OSError as error:
         if error.errno is None:
             raise
         raise OSError(error.errno, os.strerror(error.errno)) from error
     return found
+
+
+def _listed_units(root: str, folder: str) -> tuple[list[Entry], list[str]]:
+    """List the files of the units in a folder of theirs, and the units that hold anything else, or names or times that Arrow hasn't."""
+    names: list[str] = []
+    units: list[str] = []
+    with suppress(FileNotFoundError, NotADirectoryError):
+        units += [f"{folder}/{unit}" for unit in os.listdir(root + folder)]
+    for unit in units:
+        try:
+            names += [f"{unit}/{name}" for name in os.listdir(root + unit)]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    try:
+        infos = _looked_at([root + name for name in names])
+    except UnicodeError:
+        return [], units
+    files, odd = [], set[str]()
+    for name, info in zip(names, infos, strict=True):
+        size, modified = info.size, info.mtime_ns
+        if size is not None and modified is not None and modified >= 0:
+            files.append(Entry(name, size, modified / 1e9))
+        elif info.type != FileType.NotFound:
+            odd.add(name.rpartition("/")[0])
+    return [file for file in files if file.name.rpartition("/")[0] not in odd] if odd else files, list(odd)
 
 
 def _listed(root: str, folders: list[str]) -> tuple[list[Entry], list[str]]:

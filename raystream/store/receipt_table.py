@@ -273,14 +273,17 @@ class ReceiptTable:
         numbers = np.unique(some["model"][there])
         of = np.searchsorted(numbers, some["model"])
         columns: dict[str, pa.Array] = {
-            "there": _of_bytes(pa.bool_(), np.packbits(there, bitorder="little"), len(some)),
+            "there": pa.array(there),
             "unit": pa.array(self._names[start:stop], pa.string()),
         }
         for name, kind in _KINDS.items():
             values = of.astype(np.int32) if name == "model" else np.ascontiguousarray(some[name])
-            columns[name] = _of_bytes(pa.binary(kind.itemsize) if kind.kind == "V" else pa.from_numpy_dtype(kind), values, len(some))
+            if kind.kind == "V":
+                columns[name] = pa.Array.from_buffers(pa.binary(kind.itemsize), len(some), [None, pa.py_buffer(values)])
+            else:
+                columns[name] = pa.array(values)
         more = [self._whole[place].to_json() if place in self._whole else None for place in range(start, stop)]
-        columns["receipt"] = pa.array(more, pa.binary()) if self._whole else pa.nulls(len(some), pa.binary())
+        columns["receipt"] = pa.array(more, pa.binary())
         models = [_fields(self._models[number]) for number in numbers.tolist()]
         table = pa.table(columns).replace_schema_metadata({_MODELS: json.dumps(models)})
         out = pa.BufferOutputStream()
@@ -363,11 +366,6 @@ class ReceiptTable:
             self._whole.pop(place, None)
         if isinstance(self._names, list):
             self._names[place] = receipt.unit
-
-
-def _of_bytes(type_: pa.DataType, values: npt.NDArray[Any], count: int) -> pa.Array:
-    """Make an array of what is in memory as Arrow has it; `pa.array` would import pandas, where that is installed."""
-    return pa.Array.from_buffers(type_, count, [None, pa.py_buffer(values)])
 
 
 def _fields(model: OfModel) -> tuple[Any, ...]:
