@@ -313,28 +313,36 @@ def _looked_at(paths: list[str]) -> list[FileInfo]:
 
 
 def _listed_units(root: str, folder: str) -> tuple[list[Entry], list[str]]:
-    """List the files of the units in a folder of theirs, and the units that hold anything else, or names or times that Arrow hasn't."""
+    """List the files of a folder of units' folders, one of which may be a link, and what further folders there are, as `_listed` does."""
     names: list[str] = []
-    units: list[str] = []
-    with suppress(FileNotFoundError, NotADirectoryError):
-        units += [f"{folder}/{unit}" for unit in os.listdir(root + folder)]
+    try:
+        units = [f"{folder}/{unit}" for unit in os.listdir(root + folder)]
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
     for unit in units:
         try:
             names += [f"{unit}/{name}" for name in os.listdir(root + unit)]
-        except (FileNotFoundError, NotADirectoryError):
+        except NotADirectoryError:
+            names.append(unit)  # a file beside them
+        except FileNotFoundError:
             continue
     try:
         infos = _looked_at([root + name for name in names])
     except UnicodeError:
-        return [], units
-    files, odd = [], set[str]()
+        return [], [folder]
+    files, below = [], []
     for name, info in zip(names, infos, strict=True):
         size, modified = info.size, info.mtime_ns
         if size is not None and modified is not None and modified >= 0:
             files.append(Entry(name, size, modified / 1e9))
-        elif info.type != FileType.NotFound:
-            odd.add(name.rpartition("/")[0])
-    return [file for file in files if file.name.rpartition("/")[0] not in odd] if odd else files, list(odd)
+        elif info.type == FileType.Directory:
+            if not os.path.islink(root + name):
+                below.append(name)
+        elif info.type != FileType.NotFound:  # a pipe, or from before 1970, or after 2262
+            with suppress(FileNotFoundError):
+                found = os.stat(root + name)
+                files.append(Entry(name, found.st_size, found.st_mtime))
+    return files, below
 
 
 def _listed(root: str, folders: list[str]) -> tuple[list[Entry], list[str]]:

@@ -139,6 +139,7 @@ def test_what_lies_in_a_store_is_refused(place: str, store: str, inside: bool) -
 
 _ODD: dict[str, Callable[[Path], Any]] = {
     "nothing": lambda folder: None,
+    "a pipe beside": lambda folder: os.mkfifo(folder / "pipe"),
     "a file beside": lambda folder: (folder / "notes.txt").write_text("x"),
     "a folder that is empty": lambda folder: (folder / "other").mkdir(),
     "a folder in a unit's": lambda folder: [(folder / "key1/more").mkdir(), (folder / "key1/more/x.parquet").write_text("more")],
@@ -162,7 +163,9 @@ def test_files_of_units_are_listed_as_others_are(tmp_path: Path, odd: str) -> No
         for name in ("scores.parquet", "scores.receipt.json"):
             (tmp_path / f"units/ab/key{number}/{name}").write_text(name * (number % 7))
     _ODD[odd](tmp_path / "units/ab")
-    expected = sorted(store.walk(*(f"units/ab/{name}" for name in store.names("units/ab"))))
+    expected = list(store.walk(*(f"units/ab/{name}" for name in store.names("units/ab"))))
+    expected += [file for file in store.walk("units/ab", "units/none") if file.name.count("/") == 2]
+    expected.sort()
     assert len(expected) >= 600
     found = sorted(store.walk("units/ab"))
     assert [file[:2] for file in found] == [file[:2] for file in expected]
