@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,8 @@ GRACE = 24 * 3600.0
 """Seconds for which files that nobody needs are left alone: a run that is under way may be about to need them."""
 
 _REMOVE_THREADS = 32
-_FOLDERS_AT_ONCE = {True: 8, False: 3}
-"""Of units, by whether to list one takes requests; on a disk, as many as keep two cores busy. What lies in them is held: some 30 MB of a
-million units."""
+_FOLDERS_AT_ONCE = 8
+_UNITS = len("units/")
 _FEW_FILES = 16_000
 """Of a bucket's units, that are listed at once: a thousand come with a request."""
 _NO_KEY = "0" * 64
@@ -360,10 +359,15 @@ def _units(store: Store) -> Iterator[dict[str, list[Entry]]]:
             yield _by_folder(first, depth=2)
             return
     folders = [f"units/{folder}" for folder in store.names("units")]
-    for folder, files in zip(folders, ahead(lambda folder: list(store.walk(folder)), folders, _FOLDERS_AT_ONCE[store.remote]), strict=True):
+    listed: Iterable[Iterable[Entry]]
+    if store.remote:
+        listed = ahead(lambda folder: list(store.walk(folder)), folders, _FOLDERS_AT_ONCE)
+    else:
+        listed = (files for _, files in groupby(store.walk(*folders), lambda file: file.name[: file.name.find("/", _UNITS)]))
+    for files in listed:
         units: dict[str, list[Entry]] = {}
-        start = len(folder) + 1
         for file in files:  # as `_by_folder` does, without taking each name apart
+            start = file.name.find("/", _UNITS) + 1
             end = file.name.find("/", start)
             if end > 0:
                 units.setdefault(file.name[start:end], []).append(file)

@@ -10,16 +10,19 @@ import errno
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote
 
 import pyarrow as pa
 import xxhash
-from pyarrow.fs import FileInfo, FileType, LocalFileSystem
+from pyarrow.fs import FileInfo, LocalFileSystem
 
 from raystream.errors import QueryError, StoreError, StoreUnreachable
 from raystream.lake import LOCAL
@@ -207,16 +210,38 @@ class LocalStore:
 
     def walk(self, *folders: str) -> Iterator[Entry]:
         """Yield every file below folders of the store, those that are removed meanwhile left out; in no particular order."""
+        yield from self._walk_units(folders) if all(map(_UNITS.fullmatch, folders)) else self._walk(folders)
+
+    def _walk(self, folders: Sequence[str]) -> Iterator[Entry]:
         left, root = list(folders), f"{self.root}/"
-        if len(left) == 1 and _UNITS.fullmatch(left[0]):
-            files, left = self._ask(lambda: _listed_units(root, folders[0]), left[0], "read")
-            yield from files
         while left:
             some = left[-_FOLDERS_AT_ONCE:]
             del left[-_FOLDERS_AT_ONCE:]
             files, below = self._ask(lambda some=some: _listed(root, some), some[0], "read")  # type: ignore[misc]
             left += below
             yield from files
+
+    def _walk_units(self, folders: Sequence[str]) -> Iterator[Entry]:
+        """Walk folders of units' folders, one after the other: while one is read, the files of the one before are looked at.
+
+        A unit's folder may be a link.
+        """
+        root = f"{self.root}/"
+
+        def looked_at(folder: str, names: list[str]) -> tuple[list[Entry], list[str]]:
+            return self._ask(lambda: _entries(root, names), folder, "read")
+
+        with ThreadPoolExecutor(1) as beside:
+            waiting: Future[tuple[list[Entry], list[str]]] | None = None
+            for folder in folders:
+                names = self._ask(lambda folder=folder: _names_in_units(root, folder), folder, "read")  # type: ignore[misc]
+                last, waiting = waiting, beside.submit(looked_at, folder, names)
+                if last is not None:
+                    files, below = last.result()
+                    yield from chain(files, self._walk(below))
+            if waiting is not None:
+                files, below = waiting.result()
+                yield from chain(files, self._walk(below))
 
     def discard_folder(self, folder: str) -> None:
         """Remove a folder that is empty; one that isn't stays."""
@@ -312,37 +337,43 @@ def _looked_at(paths: list[str]) -> list[FileInfo]:
     return found
 
 
-def _listed_units(root: str, folder: str) -> tuple[list[Entry], list[str]]:
-    """List the files of a folder of units' folders, one of which may be a link, and what further folders there are, as `_listed` does."""
+def _names_in_units(root: str, folder: str) -> list[str]:
+    """Name what is in the folders in this one, and the files beside them."""
     names: list[str] = []
     try:
         units = [f"{folder}/{unit}" for unit in os.listdir(root + folder)]
     except (FileNotFoundError, NotADirectoryError):
-        return [], []
+        return []
     for unit in units:
         try:
             names += [f"{unit}/{name}" for name in os.listdir(root + unit)]
         except NotADirectoryError:
-            names.append(unit)  # a file beside them
+            names.append(unit)
         except FileNotFoundError:
             continue
+    return names
+
+
+def _entries(root: str, names: list[str]) -> tuple[list[Entry], list[str]]:
+    """Look at what has these names: the files, without those that are gone, and the folders, without links to some."""
     try:
-        infos = _looked_at([root + name for name in names])
+        infos: list[FileInfo | None] = [*_looked_at([root + name for name in names])]
     except UnicodeError:
-        return [], [folder]
-    files, below = [], []
+        infos = [None] * len(names)
+    files, folders = [], []
     for name, info in zip(names, infos, strict=True):
-        size, modified = info.size, info.mtime_ns
+        size, modified = (None, None) if info is None else (info.size, info.mtime_ns)
         if size is not None and modified is not None and modified >= 0:
             files.append(Entry(name, size, modified / 1e9))
-        elif info.type == FileType.Directory:
-            if not os.path.islink(root + name):
-                below.append(name)
-        elif info.type != FileType.NotFound:  # a pipe, or from before 1970, or after 2262
-            with suppress(FileNotFoundError):
-                found = os.stat(root + name)
+            continue
+        # a folder, a pipe, a name that is no text, from before 1970 or after 2262, or gone
+        with suppress(FileNotFoundError):
+            found = os.stat(root + name)
+            if not stat.S_ISDIR(found.st_mode):
                 files.append(Entry(name, found.st_size, found.st_mtime))
-    return files, below
+            elif not os.path.islink(root + name):
+                folders.append(name)
+    return files, folders
 
 
 def _listed(root: str, folders: list[str]) -> tuple[list[Entry], list[str]]:
