@@ -367,7 +367,7 @@ def _entries(root: str, names: list[str]) -> tuple[list[Entry], list[str]]:
             files.append(Entry(name, size, modified / 1e9))
             continue
         # a folder, a pipe, a name that is no text, from before 1970 or after 2262, or gone
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             found = os.stat(root + name)
             if not stat.S_ISDIR(found.st_mode):
                 files.append(Entry(name, found.st_size, found.st_mtime))
